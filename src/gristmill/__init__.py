@@ -1,0 +1,3 @@
+"""Gristmill: from your data to a paid, monitored model API that you run yourself."""
+
+__version__ = "0.1.0"

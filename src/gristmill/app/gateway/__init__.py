@@ -1,0 +1,1 @@
+"""The gateway: one paid request, top to bottom, without a web framework."""

@@ -1,0 +1,1 @@
+"""From data to a release: runs, launches and imports, joined out of the stages."""

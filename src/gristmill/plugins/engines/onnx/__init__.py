@@ -1,0 +1,1 @@
+"""The onnx engine: classifiers and embedders on ONNX Runtime."""

@@ -1,0 +1,1 @@
+"""Pricing plug-in: each tier of a period's quantity has its own price."""

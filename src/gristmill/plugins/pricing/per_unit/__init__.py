@@ -1,0 +1,1 @@
+"""Pricing plug-in: the same price for every unit."""

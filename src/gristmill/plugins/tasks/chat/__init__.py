@@ -1,0 +1,1 @@
+"""Task `chat`: answer a conversation."""

@@ -1,0 +1,1 @@
+"""The classify task: a text gets one of the labels it was taught."""

@@ -1,0 +1,1 @@
+"""Trainer `encoder`: text classifiers on BERT-like bases, and their export to ONNX."""

@@ -1,0 +1,1 @@
+"""The OpenAI-compatible surface under `/v1`; it translates, the decisions are in `app`."""

@@ -1,0 +1,1 @@
+"""Access: customers, their keys, plans and subscriptions, and who a key speaks for."""

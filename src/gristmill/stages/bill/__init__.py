@@ -1,0 +1,1 @@
+"""Billing: rating, invoices and their PDF."""

@@ -1,0 +1,1 @@
+"""Data: files become an immutable, masked, split and content-hashed dataset version."""

@@ -1,0 +1,1 @@
+"""Evaluation: metrics with intervals, comparisons, gates and the model card."""

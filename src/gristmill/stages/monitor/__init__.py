@@ -1,0 +1,1 @@
+"""Monitoring: what it earns and costs, and the trace of any request."""

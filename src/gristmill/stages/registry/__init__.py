@@ -1,0 +1,1 @@
+"""The registry: base models, releases, and the aliases that name them."""

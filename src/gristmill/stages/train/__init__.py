@@ -1,0 +1,1 @@
+"""Training: durable runs in child processes, with checkpoints, fences and caps."""

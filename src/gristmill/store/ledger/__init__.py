@@ -1,0 +1,1 @@
+"""The ledger: only writer of leases, usage events, rated lines, idempotency records, postings, invoices."""

@@ -1,0 +1,1 @@
+"""What users of Gristmill test their own plug-ins with: contract suites, fakes, tiny models."""
