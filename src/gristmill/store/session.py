@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy.exc import OperationalError
+
+from gristmill.store.ledger.failures import unavailable
 
 
 class Database:
@@ -29,13 +32,13 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection for reading; rolled back at the end."""
-        with self._engine.connect() as connection:
+        with _mapped(), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A transaction that holds the write lock from its start; commits at the end of the block."""
-        with self._engine.connect() as connection:
+        with _mapped(), self._engine.connect() as connection:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
             try:
                 yield connection
@@ -47,6 +50,19 @@ class Database:
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
+
+
+@contextmanager
+def _mapped() -> Iterator[None]:
+    """A full disk, a lock or a read-only folder as our error; any other failure is a defect and stays one."""
+    try:
+        yield
+    except OperationalError as error:
+        if any(
+            word in str(error.orig) for word in ("full", "disk I/O", "locked", "readonly", "unable to open")
+        ):
+            raise unavailable(error.orig or error) from None
+        raise
 
 
 def _open(path: Path) -> Engine:

@@ -24,14 +24,15 @@ def as_error(error: Exception) -> GristmillError:
             )
         return BrokenInvariant(f"The ledger refused a row: {error}.")
     if isinstance(error, sqlite3.OperationalError):
-        return _unavailable(error)
+        return unavailable(error)
     if isinstance(error, OverflowError):
         return UsageError(f"An amount or quantity does not fit the ledger: {error}.")
     _log.error("ledger_command_failed", error=repr(error), exc_info=error)
     return BrokenInvariant(f"The ledger could not carry out a command ({type(error).__name__}).")
 
 
-def _unavailable(error: sqlite3.OperationalError) -> Unavailable:
+def unavailable(error: BaseException) -> Unavailable:
+    """A database that cannot be used now, with the fix its text points at."""
     text = str(error)
     if "full" in text or "disk I/O" in text:
         hint = "Free space on the disk of the home folder; nothing was lost, and it goes on by itself."
